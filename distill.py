@@ -604,8 +604,8 @@ def make_optimizer(model, weight_decay):
     return optimizer
 
 
-def train(model, objective, run_state, options, evaluate_model, save_model, processes):
-    """Train the model with AdamW for options.steps steps, and write checkpoints and a log.
+def train(objective, run_state, options, evaluate_model, save_model, processes):
+    """Train run_state.model with AdamW for options.steps steps, and write checkpoints and a log.
 
     objective: see training_step; it also has .tokens_per_step
     run_state: what begin_or_resume returned
@@ -624,8 +624,9 @@ def train(model, objective, run_state, options, evaluate_model, save_model, proc
     At SIGINT, SIGTERM or SIGHUP the step is finished and a checkpoint is written. Then SystemExit
     ends the program. Several processes all stop after the same step: see must_stop.
     """
-    recorder = Recorder(model, objective, run_state, options, evaluate_model, save_model, processes)
+    recorder = Recorder(objective, run_state, options, evaluate_model, save_model, processes)
     recorder.before_first_step()
+    model = run_state.model
     model.zero_grad(set_to_none=True)                    # each step adds to the gradients
     with noted_signals() as signals:
         bar = progress_bar(range(run_state.first_step, options.steps))
@@ -869,6 +870,7 @@ def make_optimizer_state(optimizer, trained):
 
 class RunState(NamedTuple):
     """The state of a run that is about to begin or to go on."""
+    model: nn.Module        # all that is trained: see training_step
     optimizer: torch.optim.Optimizer
     first_step: int         # the next step, counted from 0, which is also the number of steps done
     log_size: int           # bytes that log.jsonl had after the steps done
@@ -878,6 +880,7 @@ class RunState(NamedTuple):
 def begin_or_resume(model, options, settings, processes):
     """Prepare a run. If options.resume is True, restore what its last checkpoint holds.
 
+    model: a module with all that is trained: see training_step
     settings: a dict of what must be the same in a resumed run and in the run that it continues
     Returns a RunState. If the run goes on, the model then has the parameters of the checkpoint.
     ValueError if a run cannot be resumed, because its folder has a model, but no checkpoint.
@@ -893,7 +896,7 @@ def begin_or_resume(model, options, settings, processes):
         first_step, log_size = restore_last_checkpoint(tensors, options, settings)
     step_tensor = torch.tensor(first_step, device=processes.device)
     broadcast([step_tensor, *tensors.values()], processes)
-    return RunState(optimizer, step_tensor.item(), log_size, settings)
+    return RunState(model, optimizer, step_tensor.item(), log_size, settings)
 
 
 def training_state(model, optimizer):
@@ -960,8 +963,7 @@ class Recorder:
     grows during the run, before_first_step must cut off what the last checkpoint does not know.
     """
 
-    def __init__(self, model, objective, run_state, options, evaluate_model, save_model, processes):
-        self.model = model
+    def __init__(self, objective, run_state, options, evaluate_model, save_model, processes):
         self.objective = objective
         self.run_state = run_state
         self.options = options
@@ -1031,9 +1033,10 @@ class Recorder:
         """Write the state of the training, and then the model."""
         path = checkpoint_path(self.options)
         log_size = os.path.getsize(self.log_path)
+        run_state = self.run_state
         # The tensors are collected each time, because an optimiser may replace those of its state.
-        tensors = training_state(self.model, self.run_state.optimizer)
-        save_training_state(path, tensors, steps_done, log_size, self.run_state.settings)
+        tensors = training_state(run_state.model, run_state.optimizer)
+        save_training_state(path, tensors, steps_done, log_size, run_state.settings)
         self.save_model()
 
 
@@ -2121,7 +2124,7 @@ def train_student(args, options, settings, models, tokenizer, loss_weights, bf16
             # The files of an earlier run are removed only now. So if something above has failed,
             # --overwrite has lost nothing.
             claim_folder(args.out, "distill.py", settings, args.resume)
-        train(student, distillation, run_state, options, evaluate_student, save_student, processes)
+        train(distillation, run_state, options, evaluate_student, save_student, processes)
     report_results(models, tokenizer, valid_batches, bf16, args.out, processes)
 
 

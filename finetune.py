@@ -70,7 +70,8 @@ class Classifier(nn.Module):
 
     The layer has n outputs: one for each class or tag; one in regression; two in qa, the scores of
     "the answer begins here" and "the answer ends here". As in the authors' code there is no pooler.
-    The Task is kept as `task`.
+    The Task is kept as `task`. If you add another module, save_classifier must write it, and
+    load_head read it; otherwise a loaded model has random values there.
     """
 
     def __init__(self, encoder, task, dropout=0.0):
@@ -984,7 +985,7 @@ def train_and_measure(setup, model, task_loss, splits, options):
     run_state = begin_or_resume(model, options, settings, setup.processes)
     num_steps = options.steps - run_state.first_step     # without those made before a --resume
     with explaining_failures():
-        train(model, task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
+        train(task_loss, run_state, options, measure_dev, save_nothing, setup.processes)
     # train() measures only the dev set, only in the first process, and only if a step is left to
     # make. The rest is measured here.
     for name, split in splits.items():

@@ -180,8 +180,7 @@ def train_and_read_log(setup, objective, steps, log_every):
         def save_model():
             """Write nothing: only the log is wanted."""
 
-        distill.train(objective.student, objective, state, options, evaluate_model, save_model,
-                      processes)
+        distill.train(objective, state, options, evaluate_model, save_model, processes)
         return read_log(out)
 
 

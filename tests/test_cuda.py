@@ -70,8 +70,7 @@ def train(model, objective, evaluate_model, save_model, world_size=1):
         def save_into_out():
             save_model(out)
 
-        distill.train(model, objective, run_state, options, evaluate_model, save_into_out,
-                      processes)
+        distill.train(objective, run_state, options, evaluate_model, save_into_out, processes)
     assert {parameter.device for parameter in model.parameters()} == {DEVICE}
 
 

@@ -1069,7 +1069,7 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_the_run_before_anything_is_
     options = make_options(tmp_path, steps=3, log_every=9, save_every=9)
     state = distill.begin_or_resume(model, options, {}, Processes())
     with pytest.raises(FloatingPointError, match="step 1, .*loss 0, root 0, gradient norm inf"):
-        distill.train(model, model, state, options, dict, None, Processes())
+        distill.train(model, state, options, dict, None, Processes())
     assert os.listdir(tmp_path) == ["log.jsonl"]
     assert os.path.getsize(tmp_path / "log.jsonl") == 0
 
@@ -2548,9 +2548,8 @@ def nan_norm(monkeypatch):
 def train_on_gpu(options):
     """Run the loop with steps that do not compute anything, as if it were on a GPU."""
     gpu = Processes(device=torch.device("cuda"))
-    state = distill.RunState(None, 0, 0, {})
-    model = nn.Linear(1, 1)
-    distill.train(model, None, state, options, None, None, gpu)
+    state = distill.RunState(nn.Linear(1, 1), None, 0, 0, {})
+    distill.train(None, state, options, None, None, gpu)
 
 
 def test_a_step_that_was_not_checked_is_checked_before_a_signal_has_it_saved(
@@ -2657,7 +2656,7 @@ def test_a_run_trains_and_measures_as_the_flags_say(toy, out, monkeypatch):
     trained = []
     measured = []
 
-    def note_training(model, objective, run_state, options, *others):
+    def note_training(objective, run_state, options, *others):
         trained.append((objective, options))
 
     def note_evaluation(model, batches, each_recursion=False):

@@ -1479,7 +1479,7 @@ def test_new_adapters_are_fitted_to_the_first_64_texts(
 def test_a_run_trains_as_the_flags_say(out, sst2_flags, monkeypatch, capsys):
     trained = []
 
-    def train(model, objective, run_state, options, *others):
+    def train(objective, run_state, options, *others):
         trained.append((objective, options))
         return []
 
