@@ -110,8 +110,8 @@ def choose_positions(ids, tokenizer, rng):
     is_chosen = np.zeros((B, T), bool)
     np.put_along_axis(is_chosen, smallest_first[:, :N], True, axis=1)
     # If a sequence has fewer than N ordinary tokens, special ones were chosen, too. They are taken
-    # out again here. Usually there is no such sequence, and M is B * N. Batches with another M are
-    # slower on a GPU: they do without CUDA graphs (choose_losses_function of distill.py).
+    # out again here. Usually there is no such sequence, and M is B * N. A batch with another M does
+    # without CUDA graphs (choose_losses_function of distill.py).
     is_chosen[is_special] = False
     return np.flatnonzero(is_chosen)                     # (M,): indices into the flattened ids
 
