@@ -610,9 +610,8 @@ def train(objective, run_state, options, evaluate_model, save_model, processes):
     objective: see training_step; it also has .tokens_per_step
     run_state: what begin_or_resume returned
     evaluate_model(): returns {name: value} for the log, {} if the model cannot be measured. It is
-        called in the first process alone, so it must not wait for the others. If a value decides
-        something, such as the end of the training, the decision must be broadcast, as choose_rate
-        of finetune.py does. Otherwise the others go on, and wait for the first process
+        called in the first process alone, so it must not wait for the others. If a value is to end
+        the training, say, broadcast this decision to them, as choose_rate of finetune.py does
     save_model(): writes the model; it is called after each checkpoint of the training state, and at
         the beginning of a resumed run
 
@@ -844,8 +843,8 @@ class TrainingOptions:
         """Return the options that must be the same in a resumed run, {name: value}: all that change
         what is trained. A run of an earlier version does not have a new option, so it is resumed
         with any value of it."""
-        others = ("log_every", "eval_every", "save_every", "out", "resume")
-        return {name: value for name, value in vars(self).items() if name not in others}
+        may_differ = ("log_every", "eval_every", "save_every", "out", "resume")
+        return {name: value for name, value in vars(self).items() if name not in may_differ}
 
 
 def make_optimizer_state(optimizer, trained):

@@ -369,9 +369,9 @@ def split_evenly(num_items, num_groups):
     return [i * num_groups // num_items for i in range(num_items)]
 
 
-# The lists of a MiniALBERT that hold what each recursion has of its own. If you add one, it also
-# belongs in MiniALBERT.__init__, MiniALBERT.own_parts, keep_recursions and Config.has_own_parts.
-# Decide whether merge_corrections and distill.start_from_teacher use it.
+# The names of the lists in which a MiniALBERT keeps what each recursion has of its own. A new list
+# also belongs in MiniALBERT.__init__, MiniALBERT.own_parts, keep_recursions and
+# Config.has_own_parts. Decide whether merge_corrections and distill.start_from_teacher use it.
 OWN_PARTS = ("attention_adapters", "feed_forward_adapters", "corrections")
 
 
