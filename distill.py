@@ -1717,9 +1717,6 @@ def fill_in_defaults(args):
         a_tenth = args.steps // 10
         defaults["warmup"] = min(defaults["warmup"], a_tenth)
         defaults["save_every"] = min(defaults["save_every"], max(1, a_tenth))
-    if args.output_weight == 0:                          # it is None if the flag was not given
-        # The elastic loss is the output loss at an earlier depth, so it is left out, too.
-        defaults["elastic"] = 0.0
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -2011,7 +2008,7 @@ def choose_losses(args, teacher, num_recursions, given):
     """
     wanted = {name: getattr(args, f"{name}_weight") for name in LOSS_WEIGHTS}
     wanted["elastic"] = args.elastic
-    default = default_losses(teacher, args.student is None, num_recursions)
+    default = default_losses(teacher, args.student is None, num_recursions, args.output_weight)
     loss_weights = {}
     for name, weight in wanted.items():
         # Other losses are used only if a flag asks for them. Then check_losses decides.
@@ -2023,17 +2020,20 @@ def choose_losses(args, teacher, num_recursions, given):
     return loss_weights
 
 
-def default_losses(teacher, is_fresh, num_recursions):
+def default_losses(teacher, is_fresh, num_recursions, output_weight):
     """Return the set of the losses that are used by default, if their weights are not 0.
 
     teacher: a MiniALBERT, or None
     is_fresh: True if the student starts from the teacher or at random, not from --student
+    output_weight: the weight of the output loss
     """
     if teacher is None:
         return {"mlm"}
     default = set(LOSS_NAMES)
-    if num_recursions == 1:
-        default -= {"elastic"}                           # there is no earlier recursion
+    # The elastic loss is the output loss after an earlier recursion. So it is left out if there is
+    # no earlier one, or if the output loss is left out, too.
+    if num_recursions == 1 or output_weight == 0:
+        default -= {"elastic"}
     if teacher.head is None:
         default -= {"output", "elastic"}
         if is_fresh:

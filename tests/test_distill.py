@@ -2449,7 +2449,10 @@ def test_the_accuracies_after_each_recursion_stand_below_their_numbers(capsys):
     ("--output-weight 0", 0.0), ("--output-weight 0 --elastic 1", 1.0)])
 def test_the_elastic_loss_comes_with_the_output_loss_unless_a_flag_says_otherwise(
         flags, expected):
-    assert parse(flags).elastic == expected
+    teacher = types.SimpleNamespace(head="a head")
+    given = given_flags(flags.split())
+    weights = distill.choose_losses(parse(flags), teacher, 4, given)
+    assert weights.get("elastic", 0.0) == expected
 
 
 def test_the_samples_that_are_printed_are_held_out_text(toy, out, monkeypatch):
@@ -3060,8 +3063,9 @@ def test_the_seed_decides_a_fresh_students_values():
      {"mlm": 1.0, "attention": 3.0, "output": 5.0, "embedding": 0.5}),
     (False, {"embedding": 0.5}, {"attention": 3.0, "hidden": 10.0, "embedding": 0.5}),
     (None, {"embedding": 0.5, "mlm": 2.0}, {"mlm": 2.0}),                    # no teacher
-    (True, {"mlm": 0.0, "attention": 0.0, "output": 0.0, "elastic": 0.5},
-     {"hidden": 10.0, "elastic": 0.5}),
+    (True, {"mlm": 0.0, "attention": 0.0, "elastic": 0.5},
+     {"hidden": 10.0, "output": 5.0, "elastic": 0.5}),
+    (True, {"output": 0.0, "elastic": 0.5}, {"mlm": 1.0, "attention": 3.0, "hidden": 10.0}),
     (False, {"elastic": 0.5}, {"attention": 3.0, "hidden": 10.0}),
     (None, {"elastic": 0.5}, {"mlm": 1.0}),
 ])
