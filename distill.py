@@ -71,6 +71,9 @@ HEAD_LOSSES = ("mlm", "output", "elastic")  # those that need the MLM head of th
 # to save memory or to share it among processes. The sum of each micro-batch is divided by the
 # number of tokens or masked places in the whole batch. So the losses and the gradients of the
 # micro-batches add up to those of the whole batch (gradient accumulation).
+#
+# Under autocast logits and hidden states are bfloat16. They are cast to float32 by float(), because
+# bfloat16 would be too coarse for the losses. Attention maps are float32 already.
 
 def mlm_loss(logits, labels):
     """Compute the cross-entropy (nats) of logits (M, V) with true tokens (M,), summed over M."""

@@ -94,6 +94,7 @@ class Classifier(nn.Module):
         of which only some are used. In qa the logits of the question and of the padding are -1e4,
         because no answer begins or ends there. For the arguments see collate."""
         hidden, _ = self.encoder(ids, mask, segments)
+        # Under autocast the output is bfloat16, which is too coarse for the losses.
         logits = self.output(self.dropout(hidden[-1])).float()                # (B, T, n)
         if self.task.kind == "qa":
             # An answer is in the context, and [CLS] means "no answer". Segment 1 holds the context
