@@ -421,6 +421,10 @@ def principal_directions(vectors, E):
     This is a principal component analysis in which the mean is not subtracted. The directions, the
     columns of the result, are the eigenvectors of vectors.T @ vectors with the E largest
     eigenvalues.
+
+    A direction may also have the opposite sign: another linear algebra library may return that. The
+    student then starts with slightly different outputs, because its LayerNorm subtracts the mean of
+    the E numbers, and this mean depends on the signs.
     """
     moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():
