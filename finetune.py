@@ -359,10 +359,10 @@ def collate(features):
 
 
 def collate_targets(features, kind):
-    """List the labels of Features, each of which is a target. Return three numpy arrays (N,), with
-    one item for each of the N targets:
+    """List all labels of Features. Each label is a target. Return three numpy arrays (N,), with one
+    item for each of the N targets:
 
-    rows: the index of the target's Feature
+    rows: the index of the target's Feature in `features`
     columns: the position of its token; in qa 0 if it says where an answer begins, 1 if it says
         where it ends
     targets: the label itself: the index of a class or a tag in task.labels; in regression the given
