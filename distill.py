@@ -514,8 +514,11 @@ def nearest_of_rank(K, matrix):
 
 
 def start_head(student, teacher):
-    """Copy the teacher's MLM head to the student. If only the student's head is untied, its decoder
-    is made of the teacher's embeddings."""
+    """Copy the teacher's MLM head to the student.
+
+    If only the student's head is untied, its decoder is made of the teacher's embeddings. If only
+    the teacher's head is untied, the teacher's decoder is not used.
+    """
     student.head.dense.load_state_dict(teacher.head.dense.state_dict())
     student.head.norm.load_state_dict(teacher.head.norm.state_dict())
     student.head.bias.copy_(teacher.head.bias)
