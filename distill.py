@@ -406,9 +406,10 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
     # 2. The projection. The student computes project(LayerNorm(student_sums)), and a BERT computes
-    # LayerNorm(teacher_sums). If there were no LayerNorms, the best matrix to multiply
-    # student_sums by would be basis.T. Because of them the projection is fitted. The student's
-    # LayerNorm keeps its first values, weights 1 and biases 0.
+    # LayerNorm(teacher_sums). Without the LayerNorms nothing would have to be fitted: among all
+    # student_sums @ matrix, student_sums @ basis.T (N, C) is the closest to teacher_sums. Because
+    # of the LayerNorms the projection is fitted. The student's LayerNorm keeps its first values,
+    # weights 1 and biases 0.
     student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
     teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
