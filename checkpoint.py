@@ -442,11 +442,13 @@ def without_identity_projection(tensors, layout, config):
 def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
-    Only save() writes the field tie_decoder into a config.json. If it is false there, the decoder
-    is a matrix of its own, even if its values do not differ from the word table yet. Other configs
-    lack the field, and then config.tie_decoder has its default, True. If it is True, the tensors
-    decide: the decoder is tied if it has the values of the word table, or if the decoder or the
-    word table is missing.
+    If config.tie_decoder is False, the decoder is a matrix of its own, even if its values do not
+    differ from the word table yet. Only save() writes this field into a config.json. Without it
+    the default is True.
+
+    If config.tie_decoder is True, the tensors decide. The decoder is tied if it has the values of
+    the word table, or if there is no decoder. If the word table is missing, the result does not
+    matter: take_weights will refuse the tensors.
     """
     if not config.tie_decoder:
         return False
