@@ -205,8 +205,9 @@ ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "layers.#.norm": f"{LAYER_IN_ALBERT}.full_layer_layer_norm",
     "head.dense": "vocab_transform",                     # the authors' names of the head
     "head.norm": "vocab_layer_norm",
+    # These two have one name in files: head.decoder has only a weight, and the bias is head.bias.
     "head.decoder": "vocab_projector",
-    "head": "vocab_projector",                           # for the parameter head.bias
+    "head": "vocab_projector",
 }
 
 
