@@ -205,7 +205,7 @@ ALBERT_LAYOUT = IN_BOTH_LAYOUTS | {
     "layers.#.norm": f"{LAYER_IN_ALBERT}.full_layer_layer_norm",
     "head.dense": "vocab_transform",                     # the authors' names of the head
     "head.norm": "vocab_layer_norm",
-    # These two have one name in files: head.decoder has only a weight, and the bias is head.bias.
+    # In files these two are one module: its weight is that of head.decoder, its bias that of head.
     "head.decoder": "vocab_projector",
     "head": "vocab_projector",
 }
@@ -444,8 +444,8 @@ def decoder_is_tied(tensors, layout, config):
     """Return True if the head's decoder is tied, that is, if it is the word table.
 
     If config.tie_decoder is False, the decoder is a matrix of its own, even if its values do not
-    differ from the word table yet. Only save() writes this field into a config.json. Without it
-    the default is True.
+    differ from the word table yet. Only save() writes this field into a config.json. If it is
+    missing there, config.tie_decoder is True.
 
     If config.tie_decoder is True, the tensors decide. The decoder is tied if it has the values of
     the word table, or if there is no decoder. If the word table is missing, the result does not

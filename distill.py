@@ -406,10 +406,9 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
     # 2. The projection. The student computes project(LayerNorm(student_sums)), and a BERT computes
-    # LayerNorm(teacher_sums). Without the LayerNorms nothing would have to be fitted: among all
-    # student_sums @ matrix, student_sums @ basis.T (N, C) is the closest to teacher_sums. Because
-    # of the LayerNorms the projection is fitted. The student's LayerNorm keeps its first values,
-    # weights 1 and biases 0.
+    # LayerNorm(teacher_sums). Without the LayerNorms basis.T would be the best projection, as
+    # no other matrix times student_sums is closer to teacher_sums. With them the projection has to
+    # be fitted. The student's LayerNorm keeps its first values, weights 1 and biases 0.
     student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
     teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
@@ -423,9 +422,9 @@ def principal_directions(vectors, E):
     columns of the result, are the eigenvectors of vectors.T @ vectors with the E largest
     eigenvalues.
 
-    A direction may also have the opposite sign: another linear algebra library may return that. The
-    student then starts with slightly different outputs, because its LayerNorm subtracts the mean of
-    the E numbers, and this mean depends on the signs.
+    The sign of a direction is arbitrary, and another linear algebra library may return the opposite
+    one. This changes a little with which outputs the student starts, because its LayerNorm
+    subtracts the mean of the E numbers, which depends on the signs.
     """
     moments = vectors.T @ vectors                        # (C, C)
     if not moments.isfinite().all():

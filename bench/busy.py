@@ -2,10 +2,10 @@
 
     python bench/busy.py --repeats 3
 
-A turn runs short distillations alone, beside a process that keeps a core busy, and two at once,
-each with every setting of --variables ("" sets none). The table shows tokens per second, summed
-over the distillations that run at once: the median of all turns, with the smallest and the largest
-in brackets. No other program should run meanwhile.
+A turn measures a short distillation alone, one beside a process that keeps a core busy, and two at
+once, each with every variable of --variables in the environment ("" stands for none). The table
+shows tokens per second, summed over the distillations that run at once: the median of all turns,
+with the smallest and the largest in brackets. No other program should run meanwhile.
 """
 import argparse
 import json
@@ -27,7 +27,7 @@ def start_distillation(folder, variable, steps):
     """
     environment = dict(os.environ)
     if variable:
-        name, value = variable.split("=")
+        name, value = variable.split("=", 1)
         environment[name] = value
     command = [sys.executable, str(ROOT / "distill.py"), "--steps", str(steps),
                "--eval-every", "0", "--out", str(folder)]
@@ -68,11 +68,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="number of turns (default 3)")
-    parser.add_argument("--steps", type=int, default=30, help="of a distillation (default 30)")
+    parser.add_argument("--steps", type=int, default=30,
+                        help="steps of a distillation (default 30)")
     parser.add_argument("--variables", nargs="+", metavar="NAME=VALUE",
-                        default=["", "GOMP_SPINCOUNT=5000", "OMP_NUM_THREADS=1"])
+                        default=["", "GOMP_SPINCOUNT=5000", "OMP_NUM_THREADS=1"],
+                        help="variables of the environment, one for each row of a state")
     args = parser.parse_args()
 
+    # The number of distillations, and whether a busy process runs beside them.
     states = {"alone": (1, False), "beside a busy process": (1, True),
               "two at once": (2, False)}
     speeds = {}
@@ -84,7 +87,7 @@ def main():
                 speeds.setdefault((state, variable), []).append(speed)
                 print(f"{state}, {variable or 'nothing set'}: {speed:,}", file=sys.stderr)
 
-    print("| distillations | set | tokens per second |\n|---|---|---|")
+    print("| distillations | environment | tokens per second |\n|---|---|---|")
     for (state, variable), values in speeds.items():
         print(f"| {state} | {variable or '-'} | {statistics.median(values):,.0f} "
               f"({min(values):,} to {max(values):,}) |")
