@@ -406,9 +406,9 @@ def start_embeddings(student_embeddings, teacher_embeddings, ids):
     student_embeddings.segment.weight.copy_(teacher_embeddings.segment.weight @ basis)
 
     # 2. The projection. The student computes project(LayerNorm(student_sums)), and a BERT computes
-    # LayerNorm(teacher_sums). Without the LayerNorms basis.T would be the best projection, as
-    # no other matrix times student_sums is closer to teacher_sums. With them the projection has to
-    # be fitted. The student's LayerNorm keeps its first values, weights 1 and biases 0.
+    # LayerNorm(teacher_sums). Without the LayerNorms basis.T (E, C) would be the best matrix of
+    # the projection: no student_sums @ matrix is closer to teacher_sums. With them the projection
+    # has to be fitted. The student's LayerNorm keeps its first values, weights 1 and biases 0.
     student_sums = teacher_sums @ basis                  # (N, E): its word + position + segment
     projection_inputs = student_embeddings.norm(student_sums)                 # (N, E)
     teacher_outputs = teacher_embeddings(ids).flatten(0, 1)                   # (N, C)
