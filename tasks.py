@@ -28,10 +28,10 @@ from data import CACHE, is_held_out, rows_of_csv
 
 # This command finds the code that depends on the kind of a task:
 # grep -nE "(kind|task_name) (==|!=|in|not in) |task.labels" tasks.py finetune.py
-# A new kind also needs its METRICS, its label in Example, its fields in Feature, its place in
-# TASKS_OF_FLAG of finetune.py, and the help of --task and --train. What stands after these ifs,
-# with an `else` or without one, is about all other kinds, so look at it, too. For example,
-# majority() would take a new kind for tagging, without an error.
+# A new kind also needs its METRICS and COMPUTED_METRICS, its label in Example, its fields in
+# Feature, its place in TASKS_OF_FLAG of finetune.py, and the help of --task and --train. What
+# stands after these ifs, with an `else` or without one, is about all other kinds, so look at it,
+# too. For example, majority() would take a new kind for tagging, without an error.
 KINDS = ("classification", "regression", "tagging", "qa")
 
 
@@ -85,6 +85,13 @@ class Task:
                 raise ValueError(f"{field.name} is {value!r:.60}, not {field.type.__name__}")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r:.60}, not one of {', '.join(KINDS)}")
+        if not self.metrics:
+            raise ValueError("metrics is empty")
+        known_metrics = COMPUTED_METRICS[self.kind]
+        for metric in self.metrics:
+            if metric not in known_metrics:
+                raise ValueError(f"metrics has {metric!r:.60}, which is none of a task of kind "
+                                 f"{self.kind}: {', '.join(known_metrics)}")
         for label in self.labels:
             if not isinstance(label, str):
                 raise ValueError(f"labels has {label!r:.60}, but a label must be a text")
@@ -138,6 +145,13 @@ METRICS = {                 # of tasks outside GLUE, by their kind
     "regression": ["pearson", "spearman"],
     "tagging": ["f1", "precision", "recall"],            # of entities
     "qa": ["f1", "exact_match"],                         # f1 of words
+}
+
+COMPUTED_METRICS = {        # all that score() computes, by the kind of a task
+    "classification": ["accuracy", "f1", "macro_f1", "matthews"],
+    "regression": ["pearson", "spearman"],
+    "tagging": ["precision", "recall", "f1"],
+    "qa": ["f1", "exact_match"],
 }
 
 

@@ -1172,9 +1172,9 @@ def test_a_loaded_model_has_the_dropout_asked_for(is_fine_tuned, tokenizer, tmp_
 
 
 @pytest.mark.parametrize("change", [
-    {"kind": "qa", "name": "qa", "pair": True},
+    {"kind": "qa", "name": "qa", "metrics": ["f1"], "pair": True},
     {"labels": ["a", "b"]},
-    {"kind": "tagging", "name": "tagging", "labels": ["O"]},
+    {"kind": "tagging", "name": "tagging", "metrics": ["f1"], "labels": ["O"]},
 ])
 def test_a_model_for_another_kind_or_other_labels_is_refused(change, tokenizer, tmp_path):
     task = make_task_of_kind("classification", ["x", "y"])

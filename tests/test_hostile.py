@@ -705,11 +705,13 @@ def write_fine_tuned_models(folder, model):
     changes_of_task = {
         # Two other tasks with which nothing is wrong.
         "pair": {"pair": True},
-        "qa": {"name": "qa", "kind": "qa", "pair": True, "labels": [], "length": 32},
+        "qa": {"name": "qa", "kind": "qa", "metrics": ["f1"], "pair": True, "labels": [],
+               "length": 32},
         # Facts that are wrong.
         "bad-text": {"length": "x"},
         "bad-three": {"labels": ["a", "b", "c"]},        # the head is for two labels
         "bad-twice": {"labels": ["a", "a"]},
+        "bad-metric": {"metrics": ["accuracy", "bleu"]},
         "bad-more": {"more": 1},
     }
     for name, changes in changes_of_task.items():
@@ -889,6 +891,7 @@ predict   --model headless                      headless/head.safetensors: No su
 predict   --model bad-text                      bad-text/task.json: not a task: length is 'x'
 predict   --model bad-three                     bad-three/head.safetensors: 'bias' is [2], not [3]
 predict   --model bad-twice                     bad-twice/task.json: *the same label twice
+predict   --model bad-metric                    bad-metric/task.json: *metrics has 'bleu'
 predict   --model bad-more                      bad-more/task.json: not a task: *'more'
 predict   --model bad-head                      bad-head/head.safetensors: not a safetensors file
 """

@@ -68,6 +68,10 @@ def names_in(folder):
     ("qa", {"length": 7}, "^length 7 is below 8$"),
     ("classification", {"labels": [3]}, "labels has 3, but a label must be a text"),
     ("tagging", {"kind": "tags"}, "kind is 'tags', not one of classification, regression"),
+    ("tagging", {"metrics": []}, "metrics is empty"),
+    ("tagging", {"metrics": ["f1", "accuracy"]},
+     "metrics has 'accuracy', which is none of a task of kind tagging: precision, recall, f1"),
+    ("qa", {"metrics": [["f1"]]}, r"metrics has \['f1'\], which is none of a task of kind qa"),
 ])
 def test_a_task_with_a_wrong_field_is_refused(kind, change, message):
     task = make_task_of_kind(kind)
