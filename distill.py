@@ -912,9 +912,10 @@ def training_state(model, optimizer):
     """Collect all tensors that training changes: {key: tensor}.
 
     The keys are "model.NAME" for the parameter NAME, and "exp_avg.NAME", "exp_avg_sq.NAME" and
-    "step.NAME" for its state in AdamW. The tensors are those in use, not copies. So a run is
-    restored by copying into them. If a step changes more, such as a buffer of the model or a moving
-    average of its weights, add it here.
+    "step.NAME" for its state in AdamW. (The size of an update depends on AdamW's number of steps,
+    so this is saved, too.) The tensors are those in use, not copies. So a run is restored by
+    copying into them. If a step changes more, such as a buffer of the model or a moving average of
+    its weights, add it here.
 
     A frozen parameter is left out, so no process gets its value from rank 0 or from a checkpoint.
     It is safe to freeze what load() has read. What start_from_teacher has computed is not safe: the

@@ -342,7 +342,8 @@ def collate(features):
 
     ids
     mask: True at real tokens
-    segments: 1 in the second text and at the [SEP] after it
+    segments: 1 in the second text, which begins at prefix_length, and at the [SEP] after it. In qa
+        Classifier.forward allows answers only there (and at [CLS])
     """
     B = len(features)
     T = max(len(feature.ids) for feature in features)
@@ -494,7 +495,9 @@ class TaskLoss:
                 states = hidden[r + 1]
                 teacher_states = teacher_hidden[layer_number + 1]
                 total = total + hidden_loss(states, teacher_states, mask)
-            losses["hidden"] = total / num_tokens        # hidden_loss is a sum over the tokens
+            # total is a sum over the tokens of this micro-batch, but num_tokens counts those of the
+            # whole batch.
+            losses["hidden"] = total / num_tokens
         return losses
 
     def losses_of_micro_batches(self, step):
